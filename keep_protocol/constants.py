@@ -71,7 +71,8 @@ at most 16 directories and 16 secrets; the kernel takes 253 (man 7 unix)."""
 MAX_CONTROL_CONNECTIONS = 8
 """Open control connections per loader; the manager uses one at a time."""
 CONTROL_REPLY_SECONDS = 2.0
-"""A loader answers from memory; one that has not in this time is shown as state 15 and not waited for."""
+"""A loader answers from memory; one that has not in this time is shown as it was, in state 0 to a manager that is new,
+and not waited for."""
 TERM_SECONDS = 2.0
 """From a loader's SIGTERM to its SIGKILL; the unit's TimeoutStopSec is 5 s."""
 STOP_REPLY_SECONDS = TERM_SECONDS + 8.0

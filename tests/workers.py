@@ -6,6 +6,7 @@ they share what they make; a worker that dies fails the test that it was running
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -167,7 +168,8 @@ class Workers:
             hook.pytest_warning_recorded.call_historic(kwargs=arguments)
         elif kind == "next":
             worker.items = self._files.popleft() if self._files else deque()
-            worker.connection.send(list(worker.items))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its end is another event
+                worker.connection.send(list(worker.items))
         else:
             self._terminal.write_line(value)
             raise KeyboardInterrupt(value)

@@ -323,7 +323,8 @@ class Jobs:
             current = self._reconciler.declared.get(wanted.name)
             if current is None or not current.job.schedule:
                 return
-            await self._reconciler.prepare(current)
+            if not await self._reconciler.prepare(current):
+                return
             declared = Declaration(current.header.version, current.digest, 0, number)
             made = await self._keeps.create(request_for(current), caller_of(current), declared=declared)
             reach(Failpoint.JOB_AFTER_CREATE)

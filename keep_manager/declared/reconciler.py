@@ -264,7 +264,8 @@ class Reconciler:
             digest = wanted.digest
             declared = Declaration(wanted.header.version, digest, action.attempt)
             try:
-                await self.prepare(wanted)
+                if not await self.prepare(wanted):
+                    return
             except KeepfleetError as error:
                 self._failed(action.name, digest, error, own=error.kind in (ErrorKind.NO_SPACE, ErrorKind.TOO_MANY))
                 return
@@ -277,14 +278,19 @@ class Reconciler:
         self._troubles.pop(action.name, None)
         LOG.info("declared keep %s: made keep %d for version %d", action.name, made.kuuid, wanted.header.version)
 
-    async def prepare(self, wanted: Specification) -> None:
-        """Has there be what its keep is given: its secrets, and its volume. Raises KeepfleetError."""
+    async def prepare(self, wanted: Specification) -> bool:
+        """Has there be what its keep is given: its secrets, and its volume; whether that is wanted still: a volume that
+        was removed once its keep was declared no more is not made again for it. Raises KeepfleetError."""
         self.check_use(wanted)
         volume = wanted.job.volume
         if volume is not None:
             async with self._volumes.lock:
+                now = self.declared.get(wanted.name)
+                if now is None or now.job.volume != volume:
+                    return False
                 owner = wanted.header.owner
                 await asyncio.to_thread(self._volumes.ensure, volume.name, owner, volume.size, volume.inodes)
+        return True
 
     async def pin(self, wanted: Specification) -> None:
         """Has the specification say what its module's reference means, where it does not yet: from then on it means

@@ -71,7 +71,8 @@ def silent(
 ) -> KeepReport:
     """The report in the stead of a loader that did not answer, or could not be expected to; `last` is its latest.
 
-    A keep whose next loader is about to come stays in the state it was in, as that will be its state again.
+    A keep whose next loader is about to come stays in the state it was in, as that will be its state again. One whose
+    loader is slow stays as it was: on a busy host that may not run for seconds, and one that hangs is ended by systemd.
     """
     base = last or KeepReport(State.UNDEFINED, unit.kuuid, restart=spec.restart, uploaders=spec.uploaders)
     why = f", {end.result}" if end.result and end.result != "success" else ""
@@ -84,6 +85,8 @@ def silent(
     if unit.active == "deactivating":
         return base.replace(phase="", detail=f"stopping: {where}")
     said = where if error is None or not answers(unit) else f"{error.message}; {where}"
+    if error is not None and error.kind is ErrorKind.UNAVAILABLE and answers(unit):
+        return last or base.replace(detail=said)
     return base.replace(state=State.ERROR, phase="", detail=said)
 
 

@@ -198,7 +198,7 @@ class EventLog:
         if after:
             check_id(after)
         if not follow:
-            async with aclosing(self._stored(kuuid, last, after, visible, caller)) as events:
+            async with aclosing(self._known(kuuid, last, after, visible, caller)) as events:
                 yield events
             return
         if len(self._hub.followers) >= MAX_FOLLOWERS:
@@ -237,6 +237,22 @@ class EventLog:
                 raise KeepfleetError(ErrorKind.UNAVAILABLE, "cannot send further events: the client does not read them")
             if self._number_of(event_or_end.cursor) > newest and _matches(event_or_end, kuuid, visible):
                 yield event_or_end
+
+    async def _known(
+        self, kuuid: int | None, last: int | None, after: str, visible: Visible | None, caller: str
+    ) -> AsyncGenerator[KeepEvent, None]:
+        """What is stored, and behind it what journald has taken and not written yet."""
+        newest, recent = self._number_of(after), list(self._hub.recent)
+        chosen: deque[KeepEvent] | None = None if last is None else deque(maxlen=last)
+        async for event in self._stored(kuuid, last, after, visible, caller):
+            newest = max(newest, self._number_of(event.cursor))
+            if chosen is None:
+                yield event
+            else:
+                chosen.append(event)
+        rest = [e for e in recent if self._number_of(e.cursor) > newest and _matches(e, kuuid, visible)]
+        for event in rest if chosen is None else (*chosen, *rest)[-last:] if last else ():
+            yield event
 
     def _number_of(self, event_id: str) -> int:
         """Which of the events of this manager that is, in the order of the journal and of the hub; 0 for none."""

@@ -27,6 +27,7 @@ from keep_protocol.workload import Directory, Workload
 from tests.fakes.loader_process import FINGERPRINT, KUUID, Endpoint, LoaderProcess, Peer, endpoint
 
 HERE = Path(__file__).parent
+ENOUGH = 60.0
 SPEC = KeepSpec(name="web", owner="alice", labels=(("team", "a b"),), limits=Limits(wall_seconds=77))
 
 
@@ -148,7 +149,7 @@ def test_an_old_manager_cannot_start_a_keep_whose_output_it_does_not_know(
         pass_fds=old,
         text=True,
     )
-    _, said = manager.communicate(timeout=30)
+    _, said = manager.communicate(timeout=ENOUGH)
     assert "cannot start the keep: it takes 6 descriptors, not 3" in said
     assert new_loader.peer().ask(CommandType.INFO).state is State.LISTENING
 
@@ -163,8 +164,8 @@ def test_todays_manager_starts_a_keep_of_either_version(
 
     async def begin() -> list[Answer]:
         async with Loaders(str(place.parent.parent)).session(KUUID) as session:
-            greeting = await session.hello()
-            start = asyncio.ensure_future(session.start(message, passed.port, tuple(named.values()), 15.0))
+            greeting = await session.hello(ENOUGH)
+            start = asyncio.ensure_future(session.start(message, passed.port, tuple(named.values()), ENOUGH))
             await asyncio.to_thread(listen)
             return [greeting, await start]
 

@@ -167,6 +167,27 @@ async def test_what_is_written_just_before_the_last_events_are_read_sends_none_o
         assert words(found[-len(expected) :]) == expected
 
 
+@pytest.mark.parametrize("subject", ["systemd"], indirect=True)
+async def test_what_journald_has_not_yet_written_is_read_behind_what_is_stored(
+    written: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(written.log, EventLog)
+    stored_so_far = written.log._stored
+    every = await stored(written)
+
+    async def without_the_last(*arguments: Any) -> AsyncGenerator[KeepEvent, None]:
+        async for event in stored_so_far(*arguments):
+            if event != every[3]:
+                yield event
+
+    monkeypatch.setattr(written.log, "_stored", without_the_last)
+    assert await stored(written) == every
+    assert await stored(written, 1, last=2) == every[2:]
+    assert await stored(written, last=0) == []
+    assert await stored(written, after=every[2].cursor) == every[3:]
+    assert await stored(written, visible=lambda keep: keep.owner == "bob") == every[1:2]
+
+
 async def test_the_latest_event_of_each_keep_is_known(written: Subject) -> None:
     await written.settled()
     latest = await written.log.latest()

@@ -22,7 +22,7 @@ from tests.fakes.fake_loader import WORDS, FakeLoader
 from tests.fakes.loader_process import KUUID, Endpoint, LoaderProcess, endpoint
 
 SPEC = KeepSpec(name="web", owner="alice", labels=(("a", "b"),))
-ENOUGH = 20.0
+ENOUGH = 60.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ async def subject(request: pytest.FixtureRequest, root: Path) -> AsyncIterator[S
 async def start(subject: Subject, passed: Endpoint, names: tuple[str, ...] = ()) -> object:
     message = StartMessage("127.0.0.1", ("a.example",), ("name:alice",), names or tuple(passed.named))
     async with subject.loaders.session(KUUID) as session:
-        await session.hello()
+        await session.hello(ENOUGH)
         listening = asyncio.create_task(asyncio.to_thread(subject.listen))
         answer = await session.start(message, passed.port, passed.descriptors, ENOUGH)
         await listening
@@ -79,7 +79,7 @@ async def refusal(work: object) -> KeepfleetError:
 
 async def test_an_idle_loader_says_what_it_is(subject: Subject) -> None:
     async with subject.loaders.session(KUUID) as session:
-        answer = await session.hello()
+        answer = await session.hello(ENOUGH)
     report = answer.report
     assert (report.state, report.phase, report.detail) == (State.LISTENING, "idle", WORDS[Phase.IDLE])
     assert (report.control_version, report.port, report.outcome) == (CONTROL_VERSION, 0, None)
@@ -88,7 +88,7 @@ async def test_an_idle_loader_says_what_it_is(subject: Subject) -> None:
 
 async def test_a_started_loader_awaits_its_workload_where_the_listener_is(subject: Subject, passed: Endpoint) -> None:
     await start(subject, passed)
-    report = (await subject.loaders.ask(KUUID, Command(CommandType.INFO))).report
+    report = (await subject.loaders.ask(KUUID, Command(CommandType.INFO), ENOUGH)).report
     assert (report.state, report.phase, report.detail) == (
         State.STARTED,
         "awaiting-workload",
@@ -100,7 +100,7 @@ async def test_a_started_loader_awaits_its_workload_where_the_listener_is(subjec
 async def test_a_wait_is_answered_when_the_phase_or_the_sentence_is_another(subject: Subject, passed: Endpoint) -> None:
     idle = f"idle {WORDS[Phase.IDLE]}"
     for known in ("2", "running", "idle another sentence"):
-        report = (await subject.loaders.ask(KUUID, Command(CommandType.WAIT, known))).report
+        report = (await subject.loaders.ask(KUUID, Command(CommandType.WAIT, known), ENOUGH)).report
         assert report.phase == "idle"
     waiting = [
         asyncio.create_task(subject.loaders.ask(KUUID, Command(CommandType.WAIT, known), ENOUGH))
@@ -125,11 +125,11 @@ async def test_a_stop_is_answered_when_the_process_has_ended_and_written_down_an
 
 
 async def test_what_cannot_be_done_now_is_a_conflict_and_changes_nothing(subject: Subject, passed: Endpoint) -> None:
-    stop = await refusal(subject.loaders.ask(KUUID, Command(CommandType.STOP, "alice")))
+    stop = await refusal(subject.loaders.ask(KUUID, Command(CommandType.STOP, "alice"), ENOUGH))
     assert (stop.kind, stop.message) == (ErrorKind.CONFLICT, "cannot stop a keep that is idle")
     await start(subject, passed)
     async with subject.loaders.session(KUUID) as session:
-        await session.hello()
+        await session.hello(ENOUGH)
         message = StartMessage("127.0.0.1", (), (), tuple(passed.named))
         again = await refusal(session.start(message, passed.port, passed.descriptors, ENOUGH))
     assert (again.kind, again.message) == (ErrorKind.CONFLICT, "cannot start a keep that is awaiting-workload")
@@ -137,6 +137,6 @@ async def test_what_cannot_be_done_now_is_a_conflict_and_changes_nothing(subject
 
 async def test_a_start_that_brings_too_little_is_refused(subject: Subject) -> None:
     async with subject.loaders.session(KUUID) as session:
-        await session.hello()
+        await session.hello(ENOUGH)
         error = await refusal(session.start(StartMessage("127.0.0.1"), 1, (), ENOUGH))
     assert error.kind is ErrorKind.BAD_REQUEST

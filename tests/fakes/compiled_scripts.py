@@ -28,8 +28,9 @@ def _fill(place: Path) -> None:
     of_tests = Path(found or "", f"{digest}{_OF_TESTS}")
     for kept in (of_tests, Path(found or "", digest, ENGINES_KEPT)):
         if found and kept.is_dir():
-            shutil.copytree(kept, place, dirs_exist_ok=True)
-            return
+            with contextlib.suppress(OSError):  # another run makes room; what is missing is compiled
+                shutil.copytree(kept, place, dirs_exist_ok=True)
+                return
     subprocess.run([sys.executable, "-c", _COMPILE, str(place)], cwd=ROOT, check=True)
     if found:
         os.makedirs(found, exist_ok=True)

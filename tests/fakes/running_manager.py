@@ -47,7 +47,7 @@ class RunningManager:
         self.runtime_root = str(directory / "run")
         self.units = FakeUnits(self.runtime_root)
         self.policy = Policy(
-            self.files.client_ca, self.files.revoked, first_port, 65535, 2.0, max_keeps=20, callers=callers or {}
+            self.files.client_ca, self.files.revoked, first_port, 65535, 60.0, max_keeps=20, callers=callers or {}
         )
         self.quotas = QuotaKeeper(self.policy.callers, lambda: self.parts.view)
         self.tasks, self.events = Group(), FakeEventLog()

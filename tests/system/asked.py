@@ -20,8 +20,8 @@ from tools.sandbox.sandbox import Sandbox
 NAME, PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
 SECONDS = 60.0
 """Answers take milliseconds; this covers a systemd that is frozen, or reads a thousand units again."""
-_AWAY = "org.freedesktop.DBus.Error.NameHasNoOwner"
-"""systemd leaves the bus while it executes itself again, and then asks for its name."""
+_AWAY = {f"org.freedesktop.DBus.Error.{name}" for name in ("NameHasNoOwner", "NoReply")}
+"""systemd leaves the bus while it executes itself again, with what was asked then, and afterwards asks for its name."""
 LOOK_SECONDS = 0.02
 _OF_UNITS = ("ActiveState", "SubState", "LoadState", "Description", "InvocationID")
 _OF_SERVICES = (
@@ -80,16 +80,18 @@ class Systemd:
         while True:
             with self._lock:
                 try:
-                    reply = ask()
-                except (OSError, Unanswered):  # the bus is another one since the last call
+                    reply: Message | None = ask()
+                except (OSError, Unanswered):  # the bus is another one since the last call, or is just going
                     self.close()
-                    reply = ask()
+                    if time.monotonic() > deadline:
+                        raise
+                    reply = None
                 except BaseException:  # the answer of a call that was interrupted is not the next one's
                     self.close()
                     raise
-            if reply.type != ERROR:
+            if reply is not None and reply.type != ERROR:
                 return reply
-            if reply.error_name != _AWAY or time.monotonic() > deadline:
+            if reply is not None and (reply.error_name not in _AWAY or time.monotonic() > deadline):
                 raise Unanswered(f"{reply.error_name}: {reply.body()}")
             time.sleep(LOOK_SECONDS)
 

@@ -66,6 +66,7 @@ def test_it_is_adopted_by_the_manager_that_follows_one_that_was_killed(fleet: Fl
     unit, cursor = fleet.keep_units(), fleet.host.cursor()
     fleet.kill()
     fleet.host.wait_journal(f"module store {STORE}: no signature is required", MANAGER, cursor)
+    until(lambda: declared(fleet, "web")["state"] == "running", lambda: declared(fleet, "web"))
     assert keepctl(fleet, "apply", "--wait", "-f", web) == "web: unchanged, version 1; running\n"
     assert declared(fleet, "web")["kuuid"] == before["kuuid"]
     assert fleet.keep_units() == unit
@@ -97,8 +98,10 @@ def test_a_reference_that_moved_is_a_change_when_it_is_applied_again(fleet: Flee
     keepctl(fleet, "store", "tag", "web:1.1", "web:1.0")
     fleet.kill()
     assert declared(fleet, "web")["digest"] == before["digest"]
+    cursor = fleet.host.cursor()
     keepctl(fleet, "apply", "-f", web)
     assert declared(fleet, "web")["digest"] != before["digest"]
+    fleet.host.wait_journal("declared keep web: made keep ", MANAGER, cursor)  # or it would be during the next test
 
 
 DAMAGES = {"cut": "truncate -s -1 {}", "changed": "printf M | dd of={} bs=1 seek=60 conv=notrunc"}
@@ -113,7 +116,7 @@ def test_a_damaged_specification_leaves_its_keep_and_the_others_alone(fleet: Fle
         fleet.host.run(["sh", "-ec", damage.format(f"/var/lib/keepfleet/declared/{name}.yaml")])
     fleet.kill()
     assert {name: declared(fleet, name)["state"] for name in DAMAGES} == dict.fromkeys(DAMAGES, "unreadable")
-    assert declared(fleet, "other")["state"] in ("running", "starting")
+    until(lambda: declared(fleet, "other")["state"] == "running", lambda: declared(fleet, "other"))
     assert fleet.keep_units() == units
     assert keepctl(fleet, *applying).count("; running\n") == len(files)
 
@@ -208,6 +211,7 @@ def test_a_keep_with_a_probe_is_ready_when_its_output_says_so_and_rolled_back_wh
     kept = declared(fleet, "first")
     fleet.kill()  # the next manager reads the output from its beginning, and asks what was ready no more
     keepctl(fleet, "apply", "--wait", "-f", write(fleet, "first", probed), check=False)
+    until(lambda: declared(fleet, "web")["state"] == "running", lambda: declared(fleet, "web"))
     found = {name: declared(fleet, name) for name in ("web", "first")}
     assert [found[name]["state"] for name in ("web", "first")] == ["running", "unready"]
     assert [found[name]["kuuid"] for name in ("web", "first")] == [ready["kuuid"], kept["kuuid"]]

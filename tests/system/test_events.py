@@ -110,6 +110,7 @@ def test_a_keep_whose_loader_is_killed_while_it_runs_has_failed(fleet: Fleet) ->
 def test_the_journal_has_the_outcome_as_one_record_among_the_units_lines(fleet: Fleet) -> None:
     life = Life.ended(fleet)
     reported(fleet, life, 4)
+    fleet.host.assistant.synchronize()  # who follows the events hears of it before journald has written it
     printed = fleet.host.run(["journalctl", "--output=json", "--all", f"--unit={life.unit}", "KEEP_EVENT=ended"]).stdout
     (entry,) = map(json.loads, printed.splitlines())
     assert message_of(entry) == f"{life.unit}: ended: exited 3"

@@ -20,6 +20,8 @@ GRANTED = "/run/typed"
 """What stands for /srv/keepfleet, which the examples are given files from; unlike /srv it is the sandbox's own."""
 COMMAND_SECONDS = 300
 """`./run demo` builds a wheel and its environment where there is none yet."""
+SYNCED = 'journalctl() { command journalctl --sync; command journalctl "$@"; }'
+"""A person types the next line later; here journald may not have written what has just happened."""
 # Everything a checkout's script runs gets a loopback of its own, so that the ports of the docs are free.
 OWN_LOOPBACK = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh"]
 
@@ -96,7 +98,7 @@ def typed_inside(fleet: Fleet, commands: list[str]) -> str:
     for manifest in checkout.glob("examples/*/*.yaml"):
         manifest.write_text(manifest.read_text().replace("/srv/keepfleet", GRANTED))
     done = fleet.host.run(
-        ["bash", "-euxo", "pipefail", "-c", f"cd {checkout}\n{script}"],
+        ["bash", "-euxo", "pipefail", "-c", f"cd {checkout}\n{SYNCED}\n{script}"],
         env={"KEEPFLEET_MANAGER": f"127.0.0.1:{fleet.port}"},
         check=False,
         timeout=COMMAND_SECONDS,

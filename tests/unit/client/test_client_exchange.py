@@ -19,7 +19,7 @@ from keep_client.http import Body, Reply, exchange, json_body
 from keep_client.peer import CertificateRefused, ConnectionFailed, Endpoint
 from keep_protocol.errors import ErrorKind, KeepfleetError
 from tests.fakes.client_pki import Pki
-from tests.fakes.tls_peer import Handler, TlsPeer, answer, read_head, read_request
+from tests.fakes.tls_peer import Handler, TlsPeer, answer, read_head, read_request, refusing_port
 
 SECONDS = 60.0
 SHORT = 0.2
@@ -200,11 +200,10 @@ def test_a_server_without_tls_is_said_not_to_speak_it(pki: Pki) -> None:
 
 
 def test_a_port_without_a_listener_is_an_error_with_its_hint(pki: Pki) -> None:
-    with TlsPeer(None, lambda _: None) as peer:
-        port = peer.port
-    endpoint = Endpoint("127.0.0.1", port, "the manager", "is it running?")
-    with pytest.raises(ConnectionFailed, match=r"nothing listens there; is it running\?"):
-        Channel.open(endpoint, pki.credentials().manager_context(), SECONDS)
+    with refusing_port() as port:
+        endpoint = Endpoint("127.0.0.1", port, "the manager", "is it running?")
+        with pytest.raises(ConnectionFailed, match=r"nothing listens there; is it running\?"):
+            Channel.open(endpoint, pki.credentials().manager_context(), SECONDS)
 
 
 def test_a_host_that_does_not_exist_is_an_error_in_words(pki: Pki) -> None:

@@ -55,7 +55,7 @@ def test_a_wait_names_the_state_and_the_time(client: ManagerClient, fake: Manage
 def test_a_list_of_another_shape_is_an_error_in_words(
     client: ManagerClient, fake: ManagerInMemory, monkeypatch: pytest.MonkeyPatch, keeps: object
 ) -> None:
-    def other(method: str, target: str, body: bytes) -> tuple[int, dict[str, object]]:
+    def other(*_: object) -> tuple[int, dict[str, object]]:
         return 200, {"keeps": keeps}
 
     monkeypatch.setattr(fake, "_answer", other)

@@ -6,6 +6,7 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from keep_protocol.states import State
 from keepctl.layout import Layout
 from tests.fakes.client_pki import Pki
 from tests.fakes.manager_in_memory import FIRST_ID, ManagerInMemory
+from tests.fakes.tls_peer import refusing_port
 from tests.fakes.upload_stub import UploadStub
 from tests.unit.keepctl.conftest import MODULE, Run
 
@@ -26,15 +28,18 @@ def test_a_keep_is_made_started_shown_stopped_and_removed(run: Run, manager: Man
     started = run("start", kuuid, "--port", "4040", "--name", "edge.example")
     assert started.output == f"address     127.0.0.1:4040\nfingerprint {pki.fingerprint}\n"
     row = run("ps").output.splitlines()[1]
-    assert re.fullmatch(rf"{kuuid}  -     2 started  \d s  -       127\.0\.0\.1:4040  awaiting-workload", row)
+    assert re.fullmatch(rf"{kuuid}  -     2 started  \d+ (s|min)  -       127\.0\.0\.1:4040  awaiting-workload", row)
     assert json.loads(run("inspect", kuuid).output)["fingerprint"] == pki.fingerprint
     assert run("stop", kuuid).output == "stopped by its owner\n"
     assert run("rm", kuuid).output == f"removed {kuuid}\n"
     assert manager.keeps == {}
 
 
-def test_keeps_are_listed_newest_first_with_age_and_module(run: Run, manager: ManagerInMemory) -> None:
+def test_keeps_are_listed_newest_first_with_age_and_module(
+    run: Run, manager: ManagerInMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.time()
+    monkeypatch.setattr("keepctl.commands.keeps.time", SimpleNamespace(time=lambda: now))
     ages = {"old": 3 * 86400 + 60, "young": 61, "middle": 3 * 3600, "unknown": None}
     for number, (name, age) in enumerate(ages.items()):
         run("new", "--name", name)
@@ -200,18 +205,10 @@ def test_one_keep_that_cannot_be_removed_does_not_keep_the_others(run: Run, mana
     [("ps",), ("new",), ("start", "7"), ("inspect", "7"), ("stop", "7"), ("rm", "7", "8"), ("upload", "7", "f")],
 )
 def test_a_manager_out_of_reach_is_exit_code_3_and_one_line(run: Run, pki: Pki, command: tuple[str, ...]) -> None:
-    with UploadStub(pki.keep()) as gone:
-        port = gone.port
     layout = Layout(pki.layout.directory)
-    access = (
-        "--manager",
-        f"127.0.0.1:{port}",
-        "--ca",
-        layout.ca_certificate,
-        "--cert",
-        layout.client_certificate("admin"),
-    )
-    result = run(*command, *access)
+    trust = ("--ca", layout.ca_certificate, "--cert", layout.client_certificate("admin"))
+    with refusing_port() as port:
+        result = run(*command, "--manager", f"127.0.0.1:{port}", *trust)
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith("keepctl: cannot reach the manager")
     assert result.stderr.count("\n") == 1

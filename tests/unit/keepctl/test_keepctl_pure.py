@@ -147,7 +147,10 @@ def test_an_upload_that_takes_long_gets_a_bar_that_goes_away(
     assert "checking and compiling" in capsys.readouterr().err
 
 
-def test_an_upload_without_a_terminal_or_that_is_quick_gets_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_upload_without_a_terminal_or_that_is_quick_gets_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("keepctl.display.PATIENCE_SECONDS", 3600.0)  # to which each upload is quick
     for shown in (True, False):
         with UploadBar(10, shown) as bar:
             bar(10)

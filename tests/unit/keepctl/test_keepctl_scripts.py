@@ -25,7 +25,7 @@ def path(tmp_path_factory: pytest.TempPathFactory, scripts_cache: str) -> Iterat
         "script_pool",
         "--socket",
         path,
-        "--time=0.5",
+        "--time=20",
         "--max=2",
         f"--cache={scripts_cache}",
     ]

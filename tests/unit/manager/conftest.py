@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from keep_manager import loader_client
+from keep_manager.keeps import watch
 from keep_manager.keeps.policy import Policy
 from keep_manager.loader_client import Loaders, LoaderSession
 from keep_manager.model import Answer
@@ -68,7 +69,7 @@ def events() -> FakeEventLog:
 @pytest.fixture
 def policy(place: Path, authority: FakeAuthority) -> Policy:
     pki = str(place / "pki")
-    return Policy(f"{pki}/ca.crt", f"{pki}/revoked", 43000, 43999, 2.0, max_keeps=60, max_creations_at_once=4)
+    return Policy(f"{pki}/ca.crt", f"{pki}/revoked", 43000, 43999, 60.0, max_keeps=60, max_creations_at_once=4)
 
 
 @pytest.fixture
@@ -84,7 +85,8 @@ PATIENCE = 60.0
 @pytest.fixture(autouse=True)
 def patient_with_loaders(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake loader runs in the loop of who asks it: a process that had no processor for the two seconds that a real
-    one has would find every one of them silent."""
+    one has would find every one of them silent. So does a fake event log, which has two seconds to record a removal."""
+    monkeypatch.setattr(watch, "RECORDED_SECONDS", PATIENCE)
     monkeypatch.setattr(loader_client, "CONTROL_REPLY_SECONDS", PATIENCE)
     monkeypatch.setattr(Loaders.ask, "__defaults__", (PATIENCE,))
     monkeypatch.setattr(LoaderSession.ask, "__defaults__", (PATIENCE, ()))

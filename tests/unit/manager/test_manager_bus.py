@@ -41,16 +41,17 @@ async def test_a_bus_that_hangs_up_during_the_handshake_is_an_error_and_not_an_e
 
 async def test_a_bus_that_says_nothing_is_given_up(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bus, "CONNECT_SECONDS", 0.05)
-    heard = asyncio.Event()
+    hung_up = asyncio.Event()
 
     async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        heard.set()
         await reader.read()
         writer.close()
+        await writer.wait_closed()
+        hung_up.set()
 
     async with await asyncio.start_unix_server(say_nothing, place / "bus"):
         await refused(place / "bus")
-    assert heard.is_set()
+        await hung_up.wait()
 
 
 async def test_an_address_that_is_no_unix_socket_is_refused() -> None:

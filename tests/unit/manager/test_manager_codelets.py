@@ -267,14 +267,19 @@ Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 
 @asynccontextmanager
 async def behaving(people: People, tmp_path: Path, behaviour: Behaviour) -> AsyncIterator[None]:
-    """An application that answers each connection so."""
-    path = tmp_path / "odd.sock"
-    server = await asyncio.start_unix_server(behaviour, str(path))
-    attach(people.manager, path)
-    try:
+    """An application that answers each connection so; they have ended when the block has."""
+    path, serving = tmp_path / "odd.sock", set[asyncio.Task[None] | None]()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.add(asyncio.current_task())
+        await behaviour(reader, writer)
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async with await asyncio.start_unix_server(serve, str(path)):
+        attach(people.manager, path)
         yield
-    finally:
-        server.close()
+        await asyncio.wait([task for task in serving if task is not None])
 
 
 def frame(body: bytes, size: int | None = None) -> bytes:

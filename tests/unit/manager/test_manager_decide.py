@@ -28,6 +28,7 @@ from keep_protocol.states import State
 from tests.fakes.callers import STRANGER
 
 SILENT = KeepfleetError(ErrorKind.UNAVAILABLE, "cannot reach the loader of keep 5: no answer")
+LYING = KeepfleetError(ErrorKind.KEEP_FAILED, "cannot trust the loader of keep 5: it says it is 6")
 GONE = LoaderGone(ErrorKind.UNAVAILABLE, "cannot reach the loader of keep 5: Connection reset by peer")
 
 
@@ -59,7 +60,8 @@ def test_a_unit_is_a_keep_unless_it_only_lingers(state: UnitState, kept: bool) -
         (unit("activating", "auto-restart"), "signal", None, State.UNDEFINED, "restarting: its loader has"),
         (unit("inactive", "dead", job="start"), "", None, State.UNDEFINED, "starting: the unit is inactive (dead)"),
         (unit("failed", "failed"), "exit-code", None, State.ERROR, "the unit is failed (failed, exit-code)"),
-        (unit(), "success", SILENT, State.ERROR, "no answer; the unit is active (running)"),
+        (unit(), "success", SILENT, State.UNDEFINED, "no answer; the unit is active (running)"),
+        (unit(), "success", LYING, State.ERROR, "it says it is 6; the unit is active (running)"),
         (unit(), "success", GONE, State.UNDEFINED, "restarting: its loader has just ended; the unit is"),
         (unit("failed", "failed"), "exit-code", GONE, State.ERROR, "the unit is failed (failed, exit-code)"),
         (unit("activating", "start"), "success", GONE, State.UNDEFINED, "starting: the unit is activating (start)"),
@@ -73,6 +75,11 @@ def test_a_silent_keep_is_shown_with_its_unit_s_state(
     report = decide.silent(state, UnitEnd(reason), error, KeepSpec(), None)
     assert (report.kuuid, report.state) == (5, shown)
     assert detail in report.detail
+
+
+def test_a_keep_whose_loader_is_slow_stays_as_it_was() -> None:
+    last = KeepReport(State.STARTED, 5, 3031, "127.0.0.1", "awaiting-workload")
+    assert decide.silent(unit(), UnitEnd("success"), SILENT, KeepSpec(), last) == last
 
 
 RAN = Outcome(OutcomeKind.EXITED, "exited 3", exit_code=3, started_at=5.0, ended_at=6.0)

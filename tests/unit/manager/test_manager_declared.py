@@ -285,6 +285,31 @@ async def test_a_keep_with_a_volume_ends_before_the_next_one_is_made(host: Host)
         await until(parts, "web", DeclaredState.RUNNING, 3)
 
 
+@pytest.mark.parametrize("kind", ["restart: always\n", "schedule: OnCalendar=every 10\n"], ids=["a keep", "a job"])
+async def test_a_volume_whose_keep_was_deleted_while_it_waited_to_be_made_is_not_made(host: Host, kind: str) -> None:
+    async with host.manager() as parts:
+        if "schedule" in kind:
+            await parts.jobs.open()
+            parts.tasks.start(parts.jobs.run())
+        async with parts.volumes.lock:  # as one that is made, or removed, holds it
+            text = f"module: web:1\n{kind}volume: {{name: data, size: 16M, guest: /data}}\n"
+            await parts.declarations.apply("web", text, ALICE)
+            if "schedule" in kind:
+                running = asyncio.create_task(parts.declarations.restart("web"))
+            async with asyncio.timeout(SECONDS):
+                while not parts.volumes.lock._waiters:  # noqa: ASYNC110 - a lock has no event for it
+                    await asyncio.sleep(0)
+            await parts.declarations.delete("web")
+        async with asyncio.timeout(SECONDS):
+            while parts.reconciler._rounds.busy or parts.jobs._rounds.busy:  # noqa: ASYNC110 - as `until`
+                await asyncio.sleep(0)
+        assert await parts.kept_volumes.list() == []
+        assert host.units.loaders == {}
+        if "schedule" in kind:
+            await running
+            await parts.jobs.close()
+
+
 async def test_another_s_volume_is_not_had(host: Host) -> None:
     async with host.manager() as parts:
         parts.volumes.open()

@@ -124,7 +124,7 @@ async def test_the_name_of_an_ended_keep_is_free_and_its_limits_count_no_more(pa
 
 
 async def test_ended_keeps_count_for_the_most_there_may_be(units: FakeUnits, place: Path, policy: Policy) -> None:
-    few = Policy(policy.client_ca, policy.revoked, 43000, 43999, 2.0, max_keeps=1)
+    few = Policy(policy.client_ca, policy.revoked, 43000, 43999, 60.0, max_keeps=1)
     async with manager_parts(units, str(place), few) as parts:
         await ended(parts, TRAPPED)
         with pytest.raises(KeepfleetError, match="max_keeps is 1") as caught:
@@ -151,12 +151,13 @@ async def test_a_keep_whose_loader_was_given_up_is_lost_with_the_reason(
 
 
 async def test_a_keep_of_an_earlier_boot_has_ended_and_is_kept_for_its_retention(
-    parts: ManagerParts, place: Path
+    units: FakeUnits, place: Path, policy: Policy
 ) -> None:
-    done = await ended(parts, TRAPPED)
-    running, loader = await started(parts, "web")
-    await loader.move(Event.ACCEPT)
-    await parts.units.close()  # the host is restarted: no unit is there, and no manager has seen them go
+    async with manager_parts(units, str(place), policy) as parts:
+        done = await ended(parts, TRAPPED)
+        running, loader = await started(parts, "web")
+        await loader.move(Event.ACCEPT)
+    await units.close()  # the host is restarted: no unit is there, and no manager has seen them go
     async with next_manager(parts, place, boot="a later boot") as other:
         assert (await other.keeps.get(done)).detail == "trapped: unreachable"
         lost = await other.keeps.get(running)
@@ -266,7 +267,7 @@ async def test_a_start_without_a_place_for_its_output_is_refused_and_can_be_trie
 async def test_a_spare_that_is_claimed_and_started_keeps_output_too(
     units: FakeUnits, place: Path, policy: Policy
 ) -> None:
-    with_spares = Policy(policy.client_ca, policy.revoked, 43000, 43999, 2.0, spare_keeps=1)
+    with_spares = Policy(policy.client_ca, policy.revoked, 43000, 43999, 60.0, spare_keeps=1)
     async with manager_parts(units, str(place), with_spares) as parts:
         parts.tasks.start(parts.keeps.tend_spares())
         await units.changed()

@@ -283,7 +283,7 @@ async def test_a_silent_loader_does_not_hold_up_what_finds_the_keeps(
     over_after(1)
     async with manager_parts(units, str(place), policy) as other:
         shown = {keep.kuuid: keep for keep in (await other.keeps.list()).keeps}
-        assert (shown[one].state, shown[one].name) == (State.ERROR, "one")
+        assert (shown[one].state, shown[one].name) == (State.UNDEFINED, "one")
         assert "no answer" in shown[one].detail
         assert shown[two].state is State.LISTENING
 
@@ -752,6 +752,19 @@ async def test_a_stop_waits_for_a_process_that_takes_its_time_to_die(
     loader.dies.set()
     assert (await stopping).state is State.COMPLETE
     assert waits == [STOP_REPLY_SECONDS]
+
+
+async def test_a_stop_that_a_loader_does_not_answer_fails_and_leaves_the_keep_as_it_was(
+    keeps: Keeps, units: FakeUnits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kuuid = (await keeps.create(NewKeep(), ALICE)).kuuid
+    before = await keeps.start(StartKeep(kuuid), ALICE)
+    monkeypatch.setattr(manager, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(manager, "STOP_REPLY_SECONDS", 0.02)
+    monkeypatch.setattr(Loaders.ask, "__defaults__", (0.02,))
+    units.loaders[kuuid].silent = True
+    assert "no answer to apploader-stop" in (await refusal(keeps.stop(kuuid, ALICE))).message
+    assert keeps.find(kuuid) == before
 
 
 async def test_a_quota_counts_creations_that_are_under_way(units: FakeUnits, place: Path, policy: Policy) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,22 @@ async def loader(directory: Path, place: Path) -> AsyncIterator[FakeLoader]:
     await made.close()
 
 
-async def raw_loader(directory: Path, answer: bytes) -> asyncio.Server:
+@asynccontextmanager
+async def raw_loader(directory: Path, answer: bytes) -> AsyncIterator[None]:
+    """Answers one connection so, which has ended when the block has."""
+    served = asyncio.Event()
+
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(answer)
         writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        served.set()
 
-    return await asyncio.start_unix_server(serve, directory / "control.sock")
+    async with await asyncio.start_unix_server(serve, directory / "control.sock"):
+        yield
+        await served.wait()
 
 
 async def refused(place: Path, seconds: float = PATIENCE) -> KeepfleetError:
@@ -134,7 +144,7 @@ async def test_a_loader_that_ends_during_a_wait_is_gone(loader: FakeLoader, plac
     ],
 )
 async def test_a_hostile_answer_is_an_error(directory: Path, place: Path, answer: bytes, kind: ErrorKind) -> None:
-    async with await raw_loader(directory, answer):
+    async with raw_loader(directory, answer):
         assert (await refused(place)).kind is kind
 
 
@@ -220,7 +230,7 @@ async def test_more_loaders_than_are_asked_together_are_all_asked(place: Path, m
 async def test_among_many_one_that_misbehaves_is_an_error(
     directory: Path, place: Path, answer: bytes, kind: ErrorKind
 ) -> None:
-    async with await raw_loader(directory, answer):
+    async with raw_loader(directory, answer):
         found = await Loaders(str(place)).ask_all([5], INFO)
     failure = found[5]
     assert isinstance(failure, KeepfleetError)

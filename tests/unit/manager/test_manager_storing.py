@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from keep_manager.systemd import storing
+from keep_manager.systemd import journal, storing
 from keep_manager.systemd.journal import Journal
 from keep_manager.systemd.storing import Storing
 from tests.fakes.fake_event_log import cursor
 
 SAID = "shows nothing of priority info"
-ENOUGH = 10.0
+ENOUGH = 60.0
+RECORD = json.dumps({"__CURSOR": cursor(1)}) + "\n"
 
 
 class Host:
@@ -26,17 +27,25 @@ class Host:
     def __init__(self, place: Path, journald: socket.socket, instance: str = "system") -> None:
         self.place, self.journald = place, journald
         script = place / "journalctl"
-        script.write_text(f'#!/bin/sh\ncase "$*" in *--sync*) exit $(cat {place}/sync);; esac\ncat {place}/records\n')
+        script.write_text(
+            f'#!/bin/sh\ncase "$*" in *--sync*) exit $(cat {place}/sync);; esac\n'
+            f"cat {place}/records\nif test -e {place}/later; then mv {place}/later {place}/records; fi\n"
+        )
         script.chmod(0o755)
         self.keeps(True)
         self.syncs(True)
         self.start("first")
-        journal = Journal(instance, (str(script),))
-        self.storing = Storing(journal, instance, str(place / "socket"), str(place / "invocation"))
+        self.storing = Storing(
+            Journal(instance, (str(script),)), instance, str(place / "socket"), str(place / "invocation")
+        )
 
     def keeps(self, stores: bool) -> None:
-        record = json.dumps({"__CURSOR": cursor(1)}) + "\n"
-        (self.place / "records").write_text(record if stores else "")
+        (self.place / "records").write_text(RECORD if stores else "")
+
+    def keeps_later(self) -> None:
+        """From the second look on."""
+        self.keeps(False)
+        (self.place / "later").write_text(RECORD)
 
     def syncs(self, answers: bool) -> None:
         (self.place / "sync").write_text("0" if answers else "1")
@@ -56,6 +65,12 @@ class Host:
                 count += 1
         except BlockingIOError:
             return count
+
+
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A script that answers immediately may take longer to start than a journald has to answer."""
+    monkeypatch.setattr(journal, "SYNC_SECONDS", ENOUGH)
 
 
 @pytest.fixture
@@ -99,12 +114,13 @@ async def test_a_user_s_entry_is_waited_for_as_only_root_may_ask_journald_to_wri
     tmp_path: Path, journald: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(storing, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(storing, "PATIENCE_SECONDS", ENOUGH)
     host = Host(tmp_path, journald, "user")
-    host.keeps(False)
+    host.keeps_later()
     host.syncs(False)
-    asyncio.get_running_loop().call_later(0.1, host.keeps, True)
     await host.storing.probe()
     assert host.storing.stores
+    assert (tmp_path / "records").read_text() == RECORD, "it was looked for twice"
     monkeypatch.setattr(storing, "PATIENCE_SECONDS", 0.05)
     host.keeps(False)
     await host.storing.probe()

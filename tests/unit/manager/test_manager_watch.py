@@ -32,7 +32,7 @@ from tests.fakes.manager_parts import ManagerParts
 
 CREATED, STARTED, RUNNING, ENDED = EventType.CREATED, EventType.STARTED, EventType.RUNNING, EventType.ENDED
 LOUD = Outcome(OutcomeKind.EXITED, "exited 0", exit_code=0, output_bytes=10**6, started_at=5.0, ended_at=6.0)
-POLICY = Policy("none", "none", 43000, 43999, 2.0)
+POLICY = Policy("none", "none", 43000, 43999, 60.0)
 
 
 class WatchedManager:
@@ -92,6 +92,23 @@ async def test_the_life_of_a_keep_is_recorded_in_order_and_once(manager: Watched
     assert (ended.at, ended.keep.outcome, ended.keep.name) == (loud.ended_at, loud, "web-0")
     assert (removed.by, removed.keep.outcome) == ("alice", loud)
     assert manager.events.lines[0] == f"keep@{info.kuuid}.service: created by alice"
+
+
+async def test_a_keep_whose_loader_is_slow_to_answer_a_new_manager_has_not_failed(
+    manager: WatchedManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, loader = await manager.new()
+    await run(loader, Event.START, Event.ENDPOINT_READY)
+    await manager.events.until(STARTED)
+    await manager.end()
+    monkeypatch.setattr("keep_manager.loader_client.CONTROL_REPLY_SECONDS", 0.02)
+    loader.silent = True
+    await manager.begin()
+    loader.silent = False
+    await run(loader, Event.ACCEPT)
+    await loader.move(Event.FINISH, LOUD)
+    await manager.events.until(ENDED)
+    assert manager.recorded == [CREATED, STARTED, RUNNING, ENDED]
 
 
 async def test_what_passes_between_two_looks_is_recorded_all_the_same(manager: WatchedManager) -> None:

@@ -56,6 +56,8 @@ from app_loader.engine.binding import Library
 Library()
 print(sys.prefix, *sys.path)
 """
+BEING_WRITTEN = shutil.ignore_patterns("*.pyc.*")
+"""What an interpreter that another test has started is compiling, in the checkout itself."""
 
 
 @pytest.fixture(scope="session")
@@ -64,7 +66,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("site-packages")
     for name in goods.OURS:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, directory / name)
+            shutil.copytree(ROOT / name, directory / name, ignore=BEING_WRITTEN)
     for name in goods.LIBRARIES:
         shutil.copytree(Path(sysconfig.get_path("purelib"), name), directory / name)
     compileall.compile_dir(directory, quiet=2)

@@ -182,6 +182,37 @@ def test_a_worker_that_does_not_end_is_killed_and_what_failed_before_is_shown(tm
     assert ended(tmp_path) == 0
 
 
+BETWEEN = """
+import os, select, signal
+
+def test_is_the_last_of_its_file(request):
+    worker, run = os.getpid(), os.getppid()
+
+    def die():
+        if os.fork() == 0:
+            gone = os.pidfd_open(worker)
+            os.dup2(gone, 3)
+            os.closerange(4, 1000)
+            select.select([3], [], [])
+            os.kill(run, signal.SIGCONT)
+            os._exit(0)
+        os.kill(worker, signal.SIGKILL)
+
+    request.config.pluginmanager.getplugin("in-worker")._connection.recv = die
+    os.kill(run, signal.SIGSTOP)
+    while open(f"/proc/{run}/stat").read().rpartition(")")[2].split()[0] != "T":
+        continue
+"""
+
+
+def test_a_worker_that_dies_as_it_asks_for_its_next_file_fails_the_first_test_of_that(tmp_path: Path) -> None:
+    two = "def test_one(): pass\ndef test_two(): pass\n"
+    with begun(tmp_path, {"test_a": BETWEEN, "test_b": two}, "--workers=1") as run:
+        said = run.communicate()[0]
+    assert "FAILED test_b.py::test_one" in said and "1 failed, 2 passed" in said, said
+    assert "the process that ran this test is gone: it was ended by SIGKILL" in said
+
+
 def test_a_file_that_cannot_be_collected_is_an_error_and_nothing_is_run(tmp_path: Path) -> None:
     with begun(tmp_path, {"test_a": "import nothing_like_it", "test_b": WAITS}) as run:
         said = run.communicate()[0]
