@@ -154,7 +154,7 @@ def test_the_how_tos_programs_print_what_it_says(
     script_pool.chmod(0o755)
     environment = {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.environ["PYTHONPATH"],
         "CACHE_DIRECTORY": scripts_cache,
     }
     found = programs(language)
@@ -169,10 +169,10 @@ def test_the_how_to_for_language_models_runs_by_the_protocol(scripts_cache: str,
     (program, printed), *_ = re.findall(r"^```python\n(.*?)^```$\n+^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     script_pool = tmp_path / "script-pool"
     path, home = (
-        os.pathsep.join(sys.path),
+        os.pathsep.join([os.environ["PYTHONPATH"], *sys.path]),
         f"CACHE_DIRECTORY={scripts_cache}",
     )  # the client passes little of our environment on
-    script_pool.write_text(f'#!/bin/sh\n{home} PYTHONPATH={ROOT}:{path} exec {sys.executable} -m script_pool "$@"\n')
+    script_pool.write_text(f'#!/bin/sh\n{home} PYTHONPATH={path} exec {sys.executable} -m script_pool "$@"\n')
     script_pool.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, env=environment)
