@@ -34,6 +34,7 @@ Message = tuple[str, Any]
 has no more tests, and `broken` with the reason for which it ends early."""
 CLEAN_UP_SECONDS = 60
 """From when a worker is to end until it is killed: what it waits for, a command in a sandbox, may have been cut off."""
+STRAY_STATUS = 70
 _OF_ALL = pytest.StashKey[Path]()
 
 
@@ -246,6 +247,7 @@ class InWorker:
         self._config = config
         self._items = items
         self._connection = connection
+        self._process = os.getpid()
         self._last: pytest.Item | None = None
         self._registered = False
         self._ending = False
@@ -272,13 +274,23 @@ class InWorker:
 
     def _interrupt(self, *_: object) -> None:
         """A worker is to end: once, as a second signal would cut off its cleaning up, and within a time."""
+        if os.getpid() != self._process:  # a test has forked it off, and it has our handler until it executes another
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
         if not self._ending:
             self._ending = True
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(CLEAN_UP_SECONDS)
             raise KeyboardInterrupt
 
+    def _leave_strays(self) -> None:
+        """Ends a process that a test has forked off and that came back from the test, to go on as if it were us."""
+        if os.getpid() != self._process:
+            print("a process that a test had forked off came back from it", file=sys.stderr, flush=True)
+            os._exit(STRAY_STATUS)
+
     def _broken(self, why: str) -> None:
+        self._leave_strays()
         try:
             self._tear_down()
             self._connection.send(("broken", why))
@@ -326,6 +338,7 @@ class InWorker:
 
     def _send(self, kind: str, reports: list[pytest.TestReport]) -> None:
         """Sends them as they are, or in pytest's own form where they have an exception to show."""
+        self._leave_strays()
         to_wire = self._config.hook.pytest_report_to_serializable
         shown = [each.longrepr is not None and not isinstance(each.longrepr, tuple) for each in reports]
         self._connection.send(

@@ -24,14 +24,14 @@ def worker(request):
     open(f"{request.config.rootpath}/ended-{os.getpid()}", "w").close()
 """
 WAITS = """
-import signal
+import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def test_waits(worker, request):
     with open(f"{request.config.rootpath}/waiting", "wb") as waiting:
         waiting.write(b".")
     while True:
-        signal.pause()
+        time.sleep(0.01)  # pause would miss what comes right before it
 """
 FAILS = """
 def test_fails(request):
@@ -161,22 +161,50 @@ def test_a_worker_whose_test_is_interrupted_ends_the_run_with_the_tests_name(tmp
     assert ended(tmp_path) == 1
 
 
+FORKS = """
+import os, signal, time, pytest, tests.workers
+
+@pytest.mark.parametrize("how", ["assert False", "pass"])
+def test_a_child_comes_back(how):
+    if (child := os.fork()) == 0:
+        exec(how)
+        return
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == tests.workers.STRAY_STATUS
+
+def test_a_child_is_terminated():
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        os.write(writing, b".")  # Python forgets what came before this
+        while True:
+            time.sleep(0.01)
+    os.read(reading, 1)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+"""
+
+
+def test_what_a_test_forks_off_runs_and_reports_no_test_and_ends_by_signals(tmp_path: Path) -> None:
+    with begun(tmp_path, {"test_forks": FORKS}) as run:
+        said = run.communicate()[0]
+    assert run.returncode == 0 and "3 passed" in said, said
+
+
 STUCK = """
-import signal, pytest, tests.workers
+import time, pytest, tests.workers
 tests.workers.CLEAN_UP_SECONDS = 1
 
 @pytest.fixture(scope="session")
 def stuck(worker):
     yield
     while True:
-        signal.pause()
+        time.sleep(0.01)
 
 def test_swallows(stuck, request):
     with open(f"{request.config.rootpath}/waiting", "wb") as waiting:
         waiting.write(b".")
     try:
         while True:
-            signal.pause()
+            time.sleep(0.01)
     except KeyboardInterrupt:
         pass
 
