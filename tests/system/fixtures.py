@@ -156,10 +156,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     host = _host_of(item)
     if report.failed and host and host.sandbox.pid:
-        lines = [
-            f"{entry.get('SYSLOG_IDENTIFIER', '?')}: {message_of(entry)}"
-            for entry in host.latest(SHOWN_LINES)
-            if int(entry["__REALTIME_TIMESTAMP"]) >= item.stash[_BEGAN] * 1e6
-        ]
+        try:
+            lines = [
+                f"{entry.get('SYSLOG_IDENTIFIER', '?')}: {message_of(entry)}"
+                for entry in host.latest(SHOWN_LINES)
+                if int(entry["__REALTIME_TIMESTAMP"]) >= item.stash[_BEGAN] * 1e6
+            ]
+        except Exception as error:  # noqa: BLE001 - the test may have failed for the same reason; the run goes on
+            lines = [f"cannot be read: {error!r}"]
         report.sections.append(("the host's journal", "\n".join(lines)))
     return report
