@@ -161,7 +161,7 @@ def test_a_manager_without_descriptors_for_all_who_follow_finds_every_keep_and_s
             3 * SOON,
         )
         assert fleet.manager_pid == pid, "it has ended"
-        assert any(one.refusals for one in followers), "it can serve all of them"
+        until(lambda: any(one.refusals for one in followers), lambda: "it can serve all of them")
     fleet.restart()
     assert {keep.kuuid for keep in fleet.client().keeps()} == {life.kuuid for life in lives}
     assert all(keep.state is State.STARTED for keep in fleet.client().keeps())
