@@ -90,9 +90,8 @@ class Loop:
         """In the order of their moments: for a loader that got no processor for a while several have passed, and the
         earlier one may show that there is no reason for the later one any more."""
         now = time.monotonic()
-        passed = sorted((moment, name) for name, (moment, _) in self._deadlines.items() if moment <= now)
-        actions = [(name, self._deadlines[name][1]) for _, name in passed]
-        for name, action in actions:
+        passed = [(moment, name, action) for name, (moment, action) in self._deadlines.items() if moment <= now]
+        for _, name, action in sorted(passed, key=lambda each: each[0]):
             standing = self._deadlines.get(name)
             if self._running and standing is not None and standing[1] is action:
                 del self._deadlines[name]

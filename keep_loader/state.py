@@ -318,7 +318,7 @@ def check_socket(descriptor: int, kind: int) -> None:
 
 
 def listen_no_more(descriptor: int) -> None:
-    """Frees the port, whoever holds the listener, too: systemd closes its own when it comes to our message."""
+    """Frees the port for all who hold the listener: systemd closes its own when it comes to our message."""
     with socket.socket(fileno=os.dup(descriptor)) as sock:
         try:
             sock.shutdown(socket.SHUT_RDWR)

@@ -131,7 +131,7 @@ def load_contexts() -> Contexts:
     except FileNotFoundError:
         return Contexts()
     except OSError:
-        pass  # which `files` explains
+        pass  # to read it, below, fails for the same reason, which is explained there
     from keepctl import files
     from strict_yaml.tree import parse  # here: YAML costs 15 ms, and few have such a file
 

@@ -107,7 +107,7 @@ class Workers:
         return True
 
     def _terminal(self) -> Any:
-        """pytest's, which it has when all plugins are configured; None where it was told to have none."""
+        """pytest's, which it has when all plugins are configured; None with `-p no:terminal`."""
         return self._config.pluginmanager.getplugin("terminalreporter")
 
     def _prepare(self) -> None:

@@ -223,8 +223,7 @@ class EventLog:
         newest = self._number_of(after)
         recent = self._hub.after(after) if after else None
         if recent is None and (after or last is not None):
-            recent = list(self._hub.recent)  # what journald has taken and not written yet is among them
-            async for event in self._stored(kuuid, last, after, visible, caller):
+            async for event in self._known(kuuid, last, after, visible, caller):
                 newest = max(newest, self._number_of(event.cursor))
                 yield event
         for event in recent or ():

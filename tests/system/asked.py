@@ -23,6 +23,7 @@ SECONDS = 60.0
 _AWAY = {f"org.freedesktop.DBus.Error.{name}" for name in ("NameHasNoOwner", "NoReply")}
 """systemd leaves the bus while it executes itself again, with what was asked then, and afterwards asks for its name."""
 LOOK_SECONDS = 0.02
+"""Until systemd is asked again that has left the bus: who waits for it there has no connection to be woken by."""
 _OF_UNITS = ("ActiveState", "SubState", "LoadState", "Description", "InvocationID")
 _OF_SERVICES = (
     *("MainPID", "StatusText", "NRestarts", "ExecMainStatus", "NFileDescriptorStore", "Result", "RootDirectory"),

@@ -166,7 +166,7 @@ def test_a_peer_that_reads_nothing_costs_little_and_holds_no_other_up(loader: Lo
 
 
 def test_a_silent_peer_is_hung_up_on_and_a_waiting_one_is_not(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the clock put forward once all that was sent has been read: with a short limit whoever is late is silent."""
+    """With the clock put forward once all that was sent has been read: with a short limit who is late is silent."""
     path, loop, heard, later, clock = str(place / "control.sock"), Loop(), list[CommandType](), [0.0], time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: clock() + later[0])
     server = ControlServer(loop, path, lambda command, _descriptors, _peer: heard.append(command.type))

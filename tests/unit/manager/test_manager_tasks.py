@@ -21,7 +21,7 @@ from keep_protocol.sdnotify import Notifier
 ROOT = Path(__file__).resolve().parents[3]
 ACCEPTOR = "keep_manager/http/acceptor.py"
 ENDED_BY_THEIR_MAKER = (
-    "codelets/proxy.py",  # what was asked of the application is done, whoever asked for it
+    "codelets/proxy.py",  # what was asked of the application is done, also where the client has gone
     "codelets/proxy_command.py",
     "keep_manager/http/transfer.py",
     "keep_manager/pulls.py",
